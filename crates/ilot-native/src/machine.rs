@@ -89,7 +89,13 @@ impl Native {
             } else {
                 write_json(&file, record)?;
             }
-            fs::rename(&aside, &target).map_err(Error::file("make", &target))
+            fs::rename(&aside, &target).map_err(|error| match error.kind() {
+                std::io::ErrorKind::DirectoryNotEmpty => Error::Invalid {
+                    message: format!("cannot make machine `{}`: `{}` is in the way", record.name, target.display()),
+                    help: Some("it holds files, but no record of a machine: look at them, and move or remove it".to_owned()),
+                },
+                _ => Error::file("make", &target)(error),
+            })
         })();
         if result.is_err() {
             // The error says what failed; the next command removes what could not be removed now.

@@ -129,6 +129,31 @@ impl Native {
         Ok(())
     }
 
+    /// A machine's directory without a record, and without a file: no machine, and in the way of one by that name.
+    /// Whatever holds a file may be somebody's, and stays.
+    fn repair_empty(&self, records: &BTreeMap<String, MachineRecord>) -> Result<()> {
+        let dir = self.paths.root.join("machines");
+        for entry in fs::read_dir(&dir).map_err(Error::file("read", &dir))? {
+            let entry = entry.map_err(Error::file("read", &dir))?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with('.') || records.contains_key(name) {
+                continue;
+            }
+            let Some(lock) = Lock::try_take(&self.paths, &format!("machine-{name}"))? else { continue };
+            if self.paths.machine_record(name).exists() {
+                continue;
+            }
+            // Only empty directories go.
+            let removed = ["work/work", "work", "upper", ""].map(|part| fs::remove_dir(entry.path().join(part)).is_ok());
+            if removed[3] {
+                tracing::info!(machine = name, "removed a directory without a machine");
+                lock.forget();
+            }
+        }
+        Ok(())
+    }
+
     fn repair_machines(&self) -> Result<()> {
         let mut names: BTreeSet<String> = BTreeSet::new();
         let live = self.paths.run.join("machines");
@@ -139,6 +164,7 @@ impl Native {
             }
         }
         let records = actual::machine_records(&self.paths)?;
+        self.repair_empty(&records)?;
         for record in records.values().filter(|m| m.domain.is_none()) {
             ids::ensure(&self.paths, record.id_base, &format!("machine:{}", record.name))?;
         }

@@ -5,6 +5,7 @@
 
 use ilot_runtime::spec::{IdMapping, machine_default};
 use ilot_runtime::{CreateRequest, Init, Rootfs, Stdio, attach, create, delete, start};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         linux.cgroups_path = Some(format!("/ilot-example/{id}"));
     }
     let place = Path::new("/run/ilot-example").join(&id);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&place)?;
     let run_dir = place.join("run");
     let request = CreateRequest {
         id: &id,

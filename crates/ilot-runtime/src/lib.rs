@@ -94,7 +94,8 @@ pub enum Rootfs {
         /// Layers owned by unshifted ids (root is 0), top first; each is idmapped, never written.
         lowers: Vec<PathBuf>,
         /// The writable layer, owned by the container's shifted ids; made (with the owner and
-        /// mode of the topmost layer's root) if missing.
+        /// mode of the topmost layer's root) if missing, in a directory that exists and that nobody else may enter: what is
+        /// in there belongs to the container's users, set-user-id programs too.
         upper: PathBuf,
         /// Overlay's work directory, on the same file system as `upper`; made if missing.
         work: PathBuf,

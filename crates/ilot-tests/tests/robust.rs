@@ -139,6 +139,29 @@ fn what_somebody_removed_comes_back() {
 }
 
 #[test]
+fn a_directory_without_a_machine_is_no_obstacle_unless_it_holds_something() {
+    in_world(|world| {
+        let file = world.write("infra.yml", PROJECT);
+        let file = file.to_str().unwrap();
+        let empty = world.root().join("machines/good-a");
+        std::fs::create_dir_all(empty.join("work/work")).unwrap();
+        std::fs::create_dir(empty.join("upper")).unwrap();
+        let full = world.root().join("machines/good-b");
+        std::fs::create_dir_all(full.join("upper")).unwrap();
+        std::fs::write(full.join("upper/thesis"), "years").unwrap();
+        let output = world.ilot(["apply", "-f", file, "--yes"]).fails();
+        assert!(output.stderr.contains("machines/good-b` is in the way"), "{output}");
+        assert!(output.stderr.contains("move or remove it"), "{output}");
+        assert!(output.stderr.contains("created machine good-a"), "{output}");
+        assert_eq!(std::fs::read_to_string(full.join("upper/thesis")).unwrap(), "years");
+        std::fs::remove_dir_all(&full).unwrap();
+        world.ilot(["apply", "-f", file, "--yes"]).ok();
+        world.ilot(["destroy", "-f", file, "--yes", "--force"]).ok();
+        world.assert_clean();
+    });
+}
+
+#[test]
 fn interrupted_by_the_user() {
     in_world(|world| {
         let file = world.write("infra.yml", PROJECT);

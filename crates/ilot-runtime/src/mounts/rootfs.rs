@@ -117,13 +117,9 @@ fn forget_volatile(work: &Path) -> Result<()> {
     std::fs::remove_dir_all(&incompat).map_err(|e| Error::path("remove", &incompat, e))
 }
 
+/// Never with its parents: whoever removes a machine moves its directory away, and a keeper that is still at work for a
+/// creator that was killed must not make a new one in its place.
 fn make_dir(path: &Path) -> Result<bool> {
-    if let Some(parent) = path.parent() {
-        // What is in there belongs to the container's users, set-user-id programs too: nobody else goes in.
-        let mut private = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
-        private.recursive(true).create(parent).map_err(|e| Error::path("make directory", parent, e))?;
-    }
     match std::fs::create_dir(path) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
