@@ -18,6 +18,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to remove what belonged to a dead network namespace before we do it, port by port.
 const NAMESPACE_END: Duration = Duration::from_millis(500);
 
+const LONG_WAY: &str = "frames within domains take the way through their bridges";
+
 /// A project being worked on: nobody else changes it meanwhile.
 #[derive(Debug)]
 pub struct Session {
@@ -56,7 +58,31 @@ impl Native {
         self.settle_network(!domains.is_empty())?;
         let told = self.tell_names(project);
         self.remove_stray_ports(&machines)?;
+        self.settle_shortcuts();
         told
+    }
+
+    /// Frames within domains pass from port to port, for the ports that stand now.
+    pub fn settle_shortcuts(&self) {
+        let settle = || -> Result<()> {
+            let _lock = self.lock_network()?;
+            self.shorten(&network::ruleset(&self.paths)?);
+            Ok(())
+        };
+        if let Err(error) = settle() {
+            tracing::warn!(%error, "{LONG_WAY}");
+        }
+    }
+
+    /// The same with the rules that stand, and the network's lock held. Without it frames take longer, which is no error.
+    fn shorten(&self, rules: &ilot_net::firewall::Ruleset) {
+        let settled = ilot_net::shortcut::settle(rules).and_then(|changed| {
+            // A transaction more: what stands beside it is looked at now, not by the next command.
+            if changed { ilot_net::firewall::is_installed(&self.paths.run, rules).map(drop) } else { Ok(()) }
+        });
+        if let Err(error) = settled {
+            tracing::warn!(%error, "{LONG_WAY}");
+        }
     }
 
     /// Ports of machines that are gone. The kernel removes them with their namespace, a moment after its last process; one
@@ -104,6 +130,7 @@ impl Native {
     pub(crate) fn ensure_rules(&self, ruleset: &ilot_net::firewall::Ruleset) -> Result<()> {
         if !ilot_net::firewall::is_installed(&self.paths.run, ruleset)? {
             ilot_net::firewall::install(&self.paths.run, ruleset)?;
+            self.shorten(ruleset);
         }
         Ok(())
     }

@@ -92,7 +92,9 @@ impl Native {
             fs::rename(&aside, &target).map_err(|error| match error.kind() {
                 std::io::ErrorKind::DirectoryNotEmpty => Error::Invalid {
                     message: format!("cannot make machine `{}`: `{}` is in the way", record.name, target.display()),
-                    help: Some("it holds files, but no record of a machine: look at them, and move or remove it".to_owned()),
+                    help: Some(
+                        "it holds files, but no record of a machine: look at them, and move or remove it".to_owned(),
+                    ),
                 },
                 _ => Error::file("make", &target)(error),
             })

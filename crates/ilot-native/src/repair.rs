@@ -145,7 +145,8 @@ impl Native {
                 continue;
             }
             // Only empty directories go.
-            let removed = ["work/work", "work", "upper", ""].map(|part| fs::remove_dir(entry.path().join(part)).is_ok());
+            let removed =
+                ["work/work", "work", "upper", ""].map(|part| fs::remove_dir(entry.path().join(part)).is_ok());
             if removed[3] {
                 tracing::info!(machine = name, "removed a directory without a machine");
                 lock.forget();

@@ -7,6 +7,7 @@
 //!
 //! * [`link`] – bridges and ports, through rtnetlink;
 //! * [`firewall`] – the tables `inet ilot` and `bridge ilot`, their model and its verdicts;
+//! * [`shortcut`] – the table `netdev ilot`, which hands frames within a domain from port to port;
 //! * [`names`] – the name service `ilot-names`, one process per domain;
 //! * [`proxy`] – relays of `proxy` devices, one process `ilot-proxy` each;
 //! * [`host`] – the host's own subnets and uplink, and forwarding.
@@ -22,6 +23,7 @@ pub mod probe;
 pub mod proxy;
 mod rtnl;
 mod shape;
+pub mod shortcut;
 pub mod trace;
 
 pub use error::{Error, Result};

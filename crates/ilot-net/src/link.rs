@@ -11,6 +11,7 @@ use crate::host::set_sysctl;
 use crate::naming::{BRIDGE_PREFIX, Mac, Mark, Owner, PORT_PREFIX, mac_for};
 use crate::netlink::Socket;
 use crate::rtnl::{self, Address, Link, LinkChange};
+use crate::shortcut;
 
 /// A domain's bridge as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -374,6 +375,7 @@ fn attach_port(spec: &PortSpec, netns: BorrowedFd<'_>, default_route: bool) -> R
             master: bridge.index,
         };
         rtnl::create_veth(&mut socket, &veth, netns).map_err(err)?;
+        shortcut::forget(&spec.bridge, spec.mac)?;
         changed = true;
         found = rtnl::link(&mut socket, &spec.host_if).map_err(err)?;
     }

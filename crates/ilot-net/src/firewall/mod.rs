@@ -6,7 +6,7 @@
 mod conntrack;
 mod egress;
 mod elements;
-mod kernel;
+pub(crate) mod kernel;
 pub(crate) mod lease;
 mod model;
 mod openings;
@@ -27,11 +27,13 @@ pub use model::{
     Egress, EgressEntry, EgressTo, Family, FwDomain, FwPort, FwRule, Ports, Protocol, Rates, Ruleset, Side,
     name_matches,
 };
+pub(crate) use render::quote;
 pub use render::render;
 pub use verdict::{Packet, Party, Reason, Verdict, verdict};
 
 use crate::error::{Error, Result};
 use crate::netlink::Socket;
+use crate::shortcut;
 
 /// What was installed, in `<run_dir>/firewall.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +62,8 @@ impl Memory {
 pub fn install(run_dir: &Path, rules: &Ruleset) -> Result<()> {
     // What the name services opened stays open for its time, where the new lists still have the name.
     let leases = Socket::netfilter().and_then(|mut socket| lease::standing(&mut socket, rules)).unwrap_or_default();
+    // Made for older rules; who calls this makes them anew once the ports stand.
+    shortcut::remove()?;
     nft("install", &render::render_with(rules, &leases))?;
     match conntrack::cut(rules) {
         Ok(0) => {}
@@ -110,6 +114,7 @@ fn unreadable(source: io::Error) -> Error {
 
 /// Removes both tables. True if there were any.
 pub fn remove(run_dir: &Path) -> Result<bool> {
+    shortcut::remove()?;
     let stood = kernel::comments(&mut open()?).map_err(unreadable)?.iter().any(Option::is_some);
     if stood {
         nft("remove", "table inet ilot\ndelete table inet ilot\ntable bridge ilot\ndelete table bridge ilot\n")?;
@@ -224,7 +229,7 @@ fn place() -> String {
 }
 
 /// Gives `nft` a transaction, in the network namespace of this thread.
-fn nft(operation: &'static str, script: &str) -> Result<()> {
+pub(crate) fn nft(operation: &'static str, script: &str) -> Result<()> {
     let failed = |source| Error::Program { program: "nft".into(), source };
     let mut child = spawn_nft().map_err(failed)?;
     let stdin = child.stdin.take();

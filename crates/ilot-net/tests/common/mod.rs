@@ -155,6 +155,7 @@ impl World {
                 world.machines.push((port.machine.clone(), ns));
             }
         }
+        world.settle();
         world
     }
 
@@ -165,6 +166,12 @@ impl World {
 
     pub fn install(&self) {
         self.host.run(|| firewall::install(self.run_dir.path(), &self.rules)).expect("install");
+        self.settle();
+    }
+
+    /// As after every command: frames within domains pass from port to port.
+    pub fn settle(&self) -> bool {
+        self.host.run(|| ilot_net::shortcut::settle(&self.rules)).expect("settle")
     }
 
     pub fn is_installed(&self) -> bool {

@@ -96,7 +96,9 @@ pub(crate) fn start(args: &StartArgs, context: &Context) -> Outcome {
     let engine = context.engine()?;
     let work = |engine: &Native, name: &str| Ok(engine.start(name)?);
     if !args.autostart {
-        return each_of(context, &engine, &select(&engine, &args.names)?, "started", work);
+        let outcome = each_of(context, &engine, &select(&engine, &args.names)?, "started", work);
+        engine.settle_shortcuts();
+        return outcome;
     }
     let mut failed = false;
     let mut report = Vec::new();
@@ -106,6 +108,7 @@ pub(crate) fn start(args: &StartArgs, context: &Context) -> Outcome {
         failed |= worse;
         report.append(&mut lines);
     }
+    engine.settle_shortcuts();
     if context.json {
         ui::print_json(&json!({ "machines": report }));
     }
@@ -123,11 +126,14 @@ pub(crate) fn stop(args: &StopArgs, context: &Context) -> Outcome {
 
 pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Outcome {
     let timeout = Duration::from_secs_f64(args.timeout.timeout);
-    each(context, &args.names, "restarted", |engine, name| {
+    let engine = context.engine()?;
+    let outcome = each_of(context, &engine, &select(&engine, &args.names.names)?, "restarted", |engine, name| {
         engine.stop(name, timeout)?;
         engine.start(name)?;
         Ok(true)
-    })
+    });
+    engine.settle_shortcuts();
+    outcome
 }
 
 pub(crate) fn pause(args: &PauseArgs, context: &Context) -> Outcome {
