@@ -149,8 +149,8 @@ impl Native {
                 ["work/work", "work", "upper", ""].map(|part| fs::remove_dir(entry.path().join(part)).is_ok());
             if removed[3] {
                 tracing::info!(machine = name, "removed a directory without a machine");
-                lock.forget();
             }
+            lock.forget();
         }
         Ok(())
     }
