@@ -25,6 +25,8 @@ static LEASES: Mutex<Option<HashMap<PathBuf, UnixStream>>> = Mutex::new(None);
 
 /// How long a killed container's processes may take to go.
 const KILL_TIME: Duration = Duration::from_secs(10);
+/// How long a keeper may take to remove what it made.
+const KEEPER_TIME: Duration = Duration::from_secs(1);
 
 fn leases<T>(work: impl FnOnce(&mut HashMap<PathBuf, UnixStream>) -> T) -> T {
     let mut lock = LEASES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,16 +264,32 @@ pub fn signal(run_dir: &Path, signal: i32) -> Result<()> {
 
 /// See [`crate::kill_all`].
 pub fn kill_all(run_dir: &Path) -> Result<()> {
-    let record = record::need_record(run_dir)?;
+    kill_all_of(&record::need_record(run_dir)?)
+}
+
+fn kill_all_of(record: &Record) -> Result<()> {
     if let Some(process) = record.init.open() {
         // The end of process 1 of a pid namespace is the end of all others in it.
         let _ = sys::pidfd_signal(process.as_fd(), libc::SIGKILL);
     }
-    if !record.cgroup.is_empty() && record.cgroup.iter().any(|p| p.exists()) {
-        let cgroup = open_cgroup(&record)?;
-        cgroup.kill_all().map_err(cgroup_error)?;
+    with_groups(record, |cgroup| {
+        cgroup.kill_all()?;
         // What is frozen dies when it thaws (v1).
         let _ = cgroup.thaw();
+        Ok(())
+    })
+}
+
+/// Does something to the container's groups, unless they are gone: the keeper of a creator that was killed removes them by
+/// itself, at the same time, one hierarchy after the other.
+fn with_groups(record: &Record, work: impl Fn(&Cgroup) -> crate::cgroup::Result<()>) -> Result<()> {
+    let end = Instant::now() + KEEPER_TIME;
+    while record.cgroup.iter().any(|path| path.exists()) {
+        match open_cgroup(record).and_then(|cgroup| work(&cgroup).map_err(cgroup_error)) {
+            Ok(()) => break,
+            Err(error) if Instant::now() >= end => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
     }
     Ok(())
 }
@@ -426,11 +444,41 @@ pub fn stats(run_dir: &Path) -> Result<Stats> {
     open_cgroup(&record)?.stats().map_err(cgroup_error)
 }
 
+/// Waits until no keeper is at work in the run directory. One whose creator was killed before it wrote what it had made goes on
+/// until it notices, and then removes that by path: nobody may have put something else there meanwhile.
+fn unclaimed(run_dir: &Path) -> Result<()> {
+    use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+    use rustix::io::Errno;
+    let fail = |error: Errno| Error::path("lock", run_dir, error);
+    let end = Instant::now() + crate::keeper::CLAIM;
+    let dir = match open(run_dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other.map_err(fail)?,
+    };
+    loop {
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                return Err(Error::invalid("delete", "a keeper is still busy with this container; try again"));
+            }
+            Err(error) => return Err(fail(error)),
+        }
+    }
+}
+
 /// See [`crate::delete`].
 pub fn delete(run_dir: &Path, force: bool) -> Result<()> {
     let run_dir = absolute(run_dir)?;
-    let Some(record) = record::read_record(&run_dir)? else {
-        return Ok(());
+    let record = match record::read_record(&run_dir)? {
+        Some(record) => record,
+        None => {
+            unclaimed(&run_dir)?;
+            let Some(record) = record::read_record(&run_dir)? else { return Ok(()) };
+            record
+        }
     };
     let same_boot = record.boot == record::boot_id();
     if same_boot {
@@ -440,7 +488,8 @@ pub fn delete(run_dir: &Path, force: bool) -> Result<()> {
             return Err(Error::Status { what: "delete", id: record.id, status, wanted: "stopped" });
         }
         if force {
-            kill_all(&run_dir)?;
+            // By what was read: the keeper of a creator that was killed may remove the record now.
+            kill_all_of(&record)?;
         }
         drop(leases(|map| map.remove(&run_dir)));
         let stays = |what: &str| Error::Container {
@@ -460,11 +509,10 @@ pub fn delete(run_dir: &Path, force: bool) -> Result<()> {
         }
         reap(&record);
         // The keeper does this; without one it is left to us.
-        if record.cgroup.iter().any(|p| p.exists()) {
-            let cgroup = open_cgroup(&record)?;
+        with_groups(&record, |cgroup| {
             let _ = cgroup.kill_all();
-            cgroup.delete().map_err(cgroup_error)?;
-        }
+            cgroup.delete()
+        })?;
     }
     record::remove_files(&run_dir)
 }

@@ -26,12 +26,8 @@ fn logs_rotate() {
     assert!(machine.output().ends_with("2000\nend\n"));
 }
 
-#[test]
-fn creator_killed_before_start() {
-    if !host_can() {
-        return;
-    }
-    let machine = Machine::new(&["sleep", "1000"]);
+/// Creates a container from a process that is killed before it starts it.
+fn create_and_die(machine: &Machine) -> Vec<std::path::PathBuf> {
     let (read, mut write) = std::io::pipe().unwrap();
     // SAFETY: the child only uses the library and its pipe.
     let pid = unsafe { libc::fork() };
@@ -54,10 +50,55 @@ fn creator_killed_before_start() {
     let mut status = 0;
     // SAFETY: our own child.
     unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    known.cgroup
+}
+
+#[test]
+fn creator_killed_before_start() {
+    if !host_can() {
+        return;
+    }
+    let machine = Machine::new(&["sleep", "1000"]);
+    let groups = create_and_die(&machine);
     until("everything gone", || {
         state(&machine.run_dir()).unwrap().is_none()
-            && !known.cgroup.iter().any(|p| p.exists())
+            && !groups.iter().any(|p| p.exists())
             && processes_of(machine.base).is_empty()
+    });
+}
+
+#[test]
+fn deleted_while_its_keeper_removes_it() {
+    if !host_can() {
+        return;
+    }
+    for round in 0..30 {
+        let machine = Machine::new(&["sleep", "1000"]);
+        let groups = create_and_die(&machine);
+        // The keeper is told of its creator's end at any moment now.
+        std::thread::sleep(Duration::from_micros(100 * round));
+        delete(&machine.run_dir(), true).unwrap();
+        assert!(state(&machine.run_dir()).unwrap().is_none());
+        assert!(processes_of(machine.base).is_empty() && !groups.iter().any(|p| p.exists()), "round {round}");
+    }
+}
+
+#[test]
+fn delete_waits_for_a_keeper_that_is_still_at_work() {
+    let dir = tempfile::Builder::new().prefix("ilot-test-").tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    delete(&run_dir, true).unwrap();
+    std::fs::create_dir(&run_dir).unwrap();
+    delete(&run_dir, true).unwrap();
+    // As a keeper holds it that has not written yet what it makes.
+    let keeper = std::fs::File::open(&run_dir).unwrap();
+    rustix::fs::flock(&keeper, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let (done, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| done.send(delete(&run_dir, true)).unwrap());
+        assert!(told.recv_timeout(Duration::from_millis(200)).is_err(), "it does not wait");
+        drop(keeper);
+        told.recv_timeout(LIMIT).unwrap().unwrap();
     });
 }
 

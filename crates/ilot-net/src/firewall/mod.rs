@@ -16,11 +16,13 @@ mod verdict;
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, thread};
 
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 pub use model::{
@@ -248,10 +250,19 @@ pub(crate) fn nft(operation: &'static str, script: &str) -> Result<()> {
     written.unwrap_or_else(|_| Err(io::Error::other("the writing thread died"))).map_err(failed)
 }
 
+/// Ends this process with its parent: rules of a command that was killed must not come after those of the next one.
+fn die_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+}
+
 fn spawn_nft() -> io::Result<std::process::Child> {
     let spawn = |program: &OsStr| {
         let mut command = Command::new(program);
         command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let parent = rustix::process::getpid();
+        // SAFETY: two system calls between fork and exec, which neither allocate nor lock.
+        unsafe { command.pre_exec(move || die_with(parent)) };
         command.spawn()
     };
     match spawn(OsStr::new("nft")) {

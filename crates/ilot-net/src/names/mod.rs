@@ -186,6 +186,12 @@ pub fn stop(run_dir: &Path, domain: &str) -> Result<bool> {
     let directory = directory(run_dir, domain);
     let ended = end(&directory, domain)?;
     match fs::remove_dir_all(&directory) {
+        // Started by a command that was killed, it may just have found its directory, and nobody finds it there now.
+        Ok(()) if !ended => process::end_strays(&directory, PROGRAM).map(|_| true).map_err(|source| Error::Kernel {
+            operation: "end the name service of",
+            name: domain.to_owned(),
+            source,
+        }),
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(ended),
         Err(source) => Err(Error::File { operation: "remove", path: directory, source }),

@@ -22,7 +22,7 @@ pub struct Answer {
 }
 
 /// How long the keeper of a dead creator may take to remove what it made.
-const CLAIM: std::time::Duration = std::time::Duration::from_secs(15);
+pub const CLAIM: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// Runs the job.
 pub fn main(socket: &UnixStream) -> i32 {

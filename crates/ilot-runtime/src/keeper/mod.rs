@@ -10,7 +10,7 @@ pub(crate) mod log;
 mod mount;
 mod watch;
 
-pub(crate) use create::Answer;
+pub(crate) use create::{Answer, CLAIM};
 pub(crate) use mount::MountRequest;
 
 use crate::{Error, Result, wire};
