@@ -24,6 +24,8 @@ use crate::rtnl::{self, Link};
 
 /// The table of family `netdev`.
 const TABLE: &str = "ilot";
+/// Removes the table, whether it stands or not.
+const REMOVE: &str = "table netdev ilot\ndelete table netdev ilot\n";
 const NETDEV: u8 = libc::NFPROTO_NETDEV as u8;
 /// Requests and attributes of `linux/netfilter/nf_tables.h`.
 const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
@@ -45,23 +47,39 @@ pub fn settle(rules: &Ruleset) -> Result<bool> {
     let unreadable = |source| Error::Kernel { operation: "list", name: "interfaces".to_owned(), source };
     let mut route = Socket::route().map_err(unreadable)?;
     let mut changed = false;
+    let mut refused = None;
     for _ in 0..TRIES {
         let body = body(rules, &rtnl::links(&mut route).map_err(unreadable)?);
         let Some(body) = body else { return Ok(remove()? || changed) };
-        let comment = comment(&body);
-        if standing().map_err(unreadable_table)?.as_ref() == Some(&comment) {
+        if refused.as_ref() == Some(&body) || standing().map_err(unreadable_table)? == Some(comment(&body)) {
             return Ok(changed);
         }
-        let text = format!(
-            "table netdev {TABLE}\ndelete table netdev {TABLE}\ntable netdev {TABLE} {{\n\tcomment \"{comment}\"\n{body}}}\n"
-        );
         // A port that is gone since fails it; what came since is seen by looking again.
-        match nft("install", &text) {
+        match nft("install", &table(&body)) {
             Ok(()) => changed = true,
-            Err(error) => tracing::debug!(%error, "frames within domains take the way through their bridges"),
+            Err(error) => {
+                tracing::debug!(%error, "frames within domains take the way through their bridges");
+                refused = Some(body);
+            }
         }
     }
     Ok(changed)
+}
+
+/// The table for the transaction of new rules, so that none made for older ones outlives them; and what to say instead where
+/// that is refused.
+pub(crate) fn replacement(rules: &Ruleset) -> Result<(String, String)> {
+    let unreadable = |source| Error::Kernel { operation: "list", name: "interfaces".to_owned(), source };
+    let links = Socket::route().and_then(|mut route| rtnl::links(&mut route)).map_err(unreadable)?;
+    let stands = standing().map_err(unreadable_table)?.is_some();
+    let without = if stands { REMOVE.to_owned() } else { String::new() };
+    let with = body(rules, &links).map_or_else(|| without.clone(), |body| table(&body));
+    Ok((with, without))
+}
+
+/// What replaces the table, or makes it, in one transaction: the kernel's switch for such hooks stays on meanwhile.
+fn table(body: &str) -> String {
+    format!("{REMOVE}table netdev {TABLE} {{\n\tcomment \"{}\"\n{body}}}\n", comment(body))
 }
 
 /// Removes the table. True if there was one.

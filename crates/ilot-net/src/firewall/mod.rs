@@ -59,14 +59,18 @@ impl Memory {
     }
 }
 
-/// Replaces both tables in one transaction, then ends the connections that these rules would not let begin. `run_dir`
+/// Replaces both tables in one transaction, and that of [`shortcut`] with them, then ends the connections that these rules would not let begin. `run_dir`
 /// remembers what was installed.
 pub fn install(run_dir: &Path, rules: &Ruleset) -> Result<()> {
     // What the name services opened stays open for its time, where the new lists still have the name.
     let leases = Socket::netfilter().and_then(|mut socket| lease::standing(&mut socket, rules)).unwrap_or_default();
-    // Made for older rules; who calls this makes them anew once the ports stand.
-    shortcut::remove()?;
-    nft("install", &render::render_with(rules, &leases))?;
+    let text = render::render_with(rules, &leases);
+    let (with, without) = shortcut::replacement(rules)?;
+    match nft("install", &format!("{with}{text}")) {
+        // A port that is gone since it was looked at, or a kernel that cannot do it.
+        Err(_) if with != without => nft("install", &format!("{without}{text}"))?,
+        done => done?,
+    }
     match conntrack::cut(rules) {
         Ok(0) => {}
         Ok(ended) => tracing::info!(ended, "connections that are no longer allowed were ended"),

@@ -6,10 +6,11 @@
 pub mod frames;
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ilot_net::firewall::{self, Egress, FwDomain, FwPort, FwRule, Ports, Protocol, Rates, Ruleset, Side};
 use ilot_net::{BridgeSpec, Mac, Owner, PortSpec, bridge_name, mac_for, port_name};
@@ -246,7 +247,14 @@ pub fn tcp_any(from: &Ns, to: &Ns, address: SocketAddr) -> Option<IpAddr> {
     let listener = to.run(|| TcpListener::bind((anywhere(address), address.port()))).expect("listen");
     listener.set_nonblocking(true).expect("nonblocking");
     let stream = from.run(|| TcpStream::connect_timeout(&address, SHORT)).ok()?;
-    let (mut other, seen) = listener.accept().expect("accept");
+    // The other end learns of it a moment later.
+    let end = Instant::now() + LONG;
+    let (mut other, seen) = loop {
+        match listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => std::thread::yield_now(),
+            accepted => break accepted.expect("accept"),
+        }
+    };
     other.set_nonblocking(false).expect("blocking");
     exchange(stream, &mut other);
     Some(seen.ip())
