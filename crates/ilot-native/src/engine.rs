@@ -18,8 +18,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to remove what belonged to a dead network namespace before we do it, port by port.
 const NAMESPACE_END: Duration = Duration::from_millis(500);
 
-const LONG_WAY: &str = "frames within domains take the way through their bridges";
-
 /// A project being worked on: nobody else changes it meanwhile.
 #[derive(Debug)]
 pub struct Session {
@@ -62,26 +60,20 @@ impl Native {
         told
     }
 
-    /// Frames within domains pass from port to port, for the ports that stand now.
+    /// Frames within domains pass from port to port, for the ports that stand now. Without that they take longer, which is no
+    /// error.
     pub fn settle_shortcuts(&self) {
         let settle = || -> Result<()> {
             let _lock = self.lock_network()?;
-            self.shorten(&network::ruleset(&self.paths)?);
+            let rules = network::ruleset(&self.paths)?;
+            if ilot_net::shortcut::settle(&rules)? {
+                // A transaction more: what stands beside it is looked at now, not by the next command.
+                ilot_net::firewall::is_installed(&self.paths.run, &rules)?;
+            }
             Ok(())
         };
         if let Err(error) = settle() {
-            tracing::warn!(%error, "{LONG_WAY}");
-        }
-    }
-
-    /// The same with the rules that stand, and the network's lock held. Without it frames take longer, which is no error.
-    fn shorten(&self, rules: &ilot_net::firewall::Ruleset) {
-        let settled = ilot_net::shortcut::settle(rules).and_then(|changed| {
-            // A transaction more: what stands beside it is looked at now, not by the next command.
-            if changed { ilot_net::firewall::is_installed(&self.paths.run, rules).map(drop) } else { Ok(()) }
-        });
-        if let Err(error) = settled {
-            tracing::warn!(%error, "{LONG_WAY}");
+            tracing::warn!(%error, "frames within domains take the way through their bridges");
         }
     }
 
@@ -130,7 +122,6 @@ impl Native {
     pub(crate) fn ensure_rules(&self, ruleset: &ilot_net::firewall::Ruleset) -> Result<()> {
         if !ilot_net::firewall::is_installed(&self.paths.run, ruleset)? {
             ilot_net::firewall::install(&self.paths.run, ruleset)?;
-            self.shorten(ruleset);
         }
         Ok(())
     }

@@ -12,14 +12,11 @@
 use std::fmt::Write as _;
 use std::io;
 
-use sha2::{Digest, Sha256};
-
 use crate::error::{Error, Result};
-use crate::firewall::kernel::comment_of;
 use crate::firewall::lease::{DELETE_ELEMENTS, element};
-use crate::firewall::{FwDomain, FwPort, Rates, Ruleset, nft, quote};
+use crate::firewall::{FwDomain, FwPort, Rates, Ruleset, kernel, nft, quote, sha256};
 use crate::naming::Mac;
-use crate::netlink::{Message, Socket, attributes};
+use crate::netlink::Socket;
 use crate::rtnl::{self, Link};
 
 /// The table of family `netdev`.
@@ -27,13 +24,6 @@ const TABLE: &str = "ilot";
 /// Removes the table, whether it stands or not.
 const REMOVE: &str = "table netdev ilot\ndelete table netdev ilot\n";
 const NETDEV: u8 = libc::NFPROTO_NETDEV as u8;
-/// Requests and attributes of `linux/netfilter/nf_tables.h`.
-const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
-const NEW_TABLE: u16 = NFTABLES | libc::NFT_MSG_NEWTABLE as u16;
-const GET_TABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
-const DELETE_TABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
-const TABLE_NAME: u16 = 1;
-const TABLE_USERDATA: u16 = 6;
 /// How often ports may come and go while the table is made.
 const TRIES: usize = 3;
 
@@ -90,19 +80,9 @@ pub fn remove() -> Result<bool> {
     if standing().map_err(unreadable_table)?.is_none() {
         return Ok(false);
     }
-    // Made first, deleting it never fails.
-    let named = |kind, flags| {
-        let mut message = Message::new(kind, flags, &[NETDEV, 0, 0, 0]);
-        message.text(TABLE_NAME, TABLE);
-        message
-    };
-    let changes = vec![named(NEW_TABLE, libc::NLM_F_CREATE), named(DELETE_TABLE, 0)];
-    let done = Socket::netfilter().and_then(|mut s| s.transaction(libc::NFNL_SUBSYS_NFTABLES as u8, changes));
-    done.map(|()| true).map_err(|source| Error::Kernel {
-        operation: "remove",
-        name: "table netdev ilot".to_owned(),
-        source,
-    })
+    let done = Socket::netfilter().and_then(|mut socket| kernel::delete_table(&mut socket, NETDEV));
+    let name = format!("table netdev {TABLE}");
+    done.map(|()| true).map_err(|source| Error::Kernel { operation: "remove", name, source })
 }
 
 /// A machine's port was made anew: frames to it go through the bridge until the next [`settle`], not to the port that it had.
@@ -125,13 +105,7 @@ fn unreadable_table(source: io::Error) -> Error {
 
 /// The comment of the table that stands, if one does.
 fn standing() -> io::Result<Option<String>> {
-    let mut message = Message::new(GET_TABLE, 0, &[NETDEV, 0, 0, 0]);
-    message.text(TABLE_NAME, TABLE);
-    let found = Socket::netfilter()?.get(message, |payload| {
-        let userdata = attributes(payload.get(4..)?).find(|(kind, _)| *kind == TABLE_USERDATA);
-        Some(userdata.and_then(|(_, value)| comment_of(value)).unwrap_or_default())
-    });
-    match found {
+    match kernel::comment(&mut Socket::netfilter()?, NETDEV) {
         // A kernel without this family.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => Ok(None),
         other => other,
@@ -139,11 +113,7 @@ fn standing() -> io::Result<Option<String>> {
 }
 
 fn comment(body: &str) -> String {
-    let digest = Sha256::digest(body.as_bytes());
-    digest.iter().fold("ilot:sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    format!("ilot:sha256:{}", sha256([body]))
 }
 
 /// A domain's map of hardware addresses to ports.

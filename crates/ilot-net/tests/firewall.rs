@@ -7,7 +7,7 @@ mod common;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use common::frames::{Tap, ethernet, send_frame};
+use common::frames::{Tap, ethernet, ipv4_udp, send_frame};
 use common::{HOST_OUTSIDE, Ns, OUTSIDE, World, mac, many, rule, tcp, udp};
 use ilot_net::firewall::{self, Egress, FwPort, Ports, Protocol, Rates, Side};
 use ilot_net::{mac_for, port_name};
@@ -143,21 +143,6 @@ fn policies_to_the_host_and_the_internet() {
     let desk = world.ns("desk");
     assert!(tcp(desk, &world.outside, at(OUTSIDE, 443)).is_some());
     assert!(tcp(desk, &world.outside, at(OUTSIDE, 80)).is_none());
-}
-
-fn ipv4_udp(from: [u8; 4], to: [u8; 4], mark: &[u8]) -> Vec<u8> {
-    let length = (28 + mark.len()) as u16;
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet[2..4].copy_from_slice(&length.to_be_bytes());
-    packet.extend(from);
-    packet.extend(to);
-    let sum: u32 = packet.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend([0x30, 0x39, 0x30, 0x39]);
-    packet.extend((8 + mark.len() as u16).to_be_bytes());
-    packet.extend([0, 0]);
-    packet
 }
 
 fn arp(operation: u8, sender: [u8; 6], ip: [u8; 4], target: [u8; 4]) -> Vec<u8> {

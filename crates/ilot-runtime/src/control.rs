@@ -25,8 +25,8 @@ static LEASES: Mutex<Option<HashMap<PathBuf, UnixStream>>> = Mutex::new(None);
 
 /// How long a killed container's processes may take to go.
 const KILL_TIME: Duration = Duration::from_secs(10);
-/// How long a keeper may take to remove what it made.
-const KEEPER_TIME: Duration = Duration::from_secs(1);
+/// How long to try at groups that a keeper is removing at the same time.
+const GROUPS_TIME: Duration = Duration::from_secs(1);
 
 fn leases<T>(work: impl FnOnce(&mut HashMap<PathBuf, UnixStream>) -> T) -> T {
     let mut lock = LEASES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -283,7 +283,7 @@ fn kill_all_of(record: &Record) -> Result<()> {
 /// Does something to the container's groups, unless they are gone: the keeper of a creator that was killed removes them by
 /// itself, at the same time, one hierarchy after the other.
 fn with_groups(record: &Record, work: impl Fn(&Cgroup) -> crate::cgroup::Result<()>) -> Result<()> {
-    let end = Instant::now() + KEEPER_TIME;
+    let end = Instant::now() + GROUPS_TIME;
     while record.cgroup.iter().any(|path| path.exists()) {
         match open_cgroup(record).and_then(|cgroup| work(&cgroup).map_err(cgroup_error)) {
             Ok(()) => break,

@@ -1,6 +1,7 @@
 //! What goes wrong: two at once, a full disk, a missing tool, an image that is not there.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use ilot_tests::{eventually, in_world};
@@ -156,6 +157,8 @@ fn a_directory_without_a_machine_is_no_obstacle_unless_it_holds_something() {
         assert_eq!(std::fs::read_to_string(full.join("upper/thesis")).unwrap(), "years");
         std::fs::remove_dir_all(&full).unwrap();
         world.ilot(["apply", "-f", file, "--yes"]).ok();
+        // What is in there belongs to the machine's users, set-user-id programs too: nobody else goes in.
+        assert_eq!(std::fs::metadata(&full).unwrap().mode() & 0o777, 0o700);
         world.ilot(["destroy", "-f", file, "--yes", "--force"]).ok();
         world.assert_clean();
     });

@@ -11,6 +11,8 @@ use crate::netlink::{Message, Socket, attributes, text_of};
 /// `NFNL_SUBSYS_NFTABLES`, as the high byte of a message type.
 const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 /// Requests and attributes of `linux/netfilter/nf_tables.h`.
+const NEW_TABLE: u16 = NFTABLES | libc::NFT_MSG_NEWTABLE as u16;
+const DELETE_TABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
 const GET_TABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
 const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
 const GET_RULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
@@ -54,15 +56,32 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
 /// The comments of our tables, `inet` and `bridge`; `None` for one that does not stand.
 pub fn comments(socket: &mut Socket) -> io::Result<[Option<String>; 2]> {
     let mut found = [None, None];
-    for (family, comment) in FAMILIES.iter().zip(&mut found) {
-        let mut message = Message::new(GET_TABLE, 0, &header(*family));
-        message.text(TABLE_NAME, TABLE);
-        *comment = socket.get(message, |payload| {
-            let userdata = attributes(payload.get(HEADER..)?).find(|(kind, _)| *kind == TABLE_USERDATA);
-            Some(userdata.and_then(|(_, value)| comment_of(value)).unwrap_or_default())
-        })?;
+    for (family, found) in FAMILIES.iter().zip(&mut found) {
+        *found = comment(socket, *family)?;
     }
     Ok(found)
+}
+
+/// The comment of our table of a family; `None` where it does not stand.
+pub fn comment(socket: &mut Socket, family: u8) -> io::Result<Option<String>> {
+    let mut message = Message::new(GET_TABLE, 0, &header(family));
+    message.text(TABLE_NAME, TABLE);
+    socket.get(message, |payload| {
+        let userdata = attributes(payload.get(HEADER..)?).find(|(kind, _)| *kind == TABLE_USERDATA);
+        Some(userdata.and_then(|(_, value)| comment_of(value)).unwrap_or_default())
+    })
+}
+
+/// Removes our table of a family, whether it stands or not.
+pub fn delete_table(socket: &mut Socket, family: u8) -> io::Result<()> {
+    let named = |kind, flags| {
+        let mut message = Message::new(kind, flags, &header(family));
+        message.text(TABLE_NAME, TABLE);
+        message
+    };
+    // Made first, deleting it never fails.
+    let changes = vec![named(NEW_TABLE, libc::NLM_F_CREATE), named(DELETE_TABLE, 0)];
+    socket.transaction(libc::NFNL_SUBSYS_NFTABLES as u8, changes)
 }
 
 /// The comment in a table's user data: type, length and value, one byte each for the first two.

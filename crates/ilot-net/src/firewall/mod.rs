@@ -29,8 +29,8 @@ pub use model::{
     Egress, EgressEntry, EgressTo, Family, FwDomain, FwPort, FwRule, Ports, Protocol, Rates, Ruleset, Side,
     name_matches,
 };
-pub(crate) use render::quote;
 pub use render::render;
+pub(crate) use render::{quote, sha256};
 pub use verdict::{Packet, Party, Reason, Verdict, verdict};
 
 use crate::error::{Error, Result};
@@ -59,8 +59,8 @@ impl Memory {
     }
 }
 
-/// Replaces both tables in one transaction, and that of [`shortcut`] with them, then ends the connections that these rules would not let begin. `run_dir`
-/// remembers what was installed.
+/// Replaces both tables in one transaction, and that of [`shortcut`] with them, then ends the connections that these rules
+/// would not let begin. `run_dir` remembers what was installed.
 pub fn install(run_dir: &Path, rules: &Ruleset) -> Result<()> {
     // What the name services opened stays open for its time, where the new lists still have the name.
     let leases = Socket::netfilter().and_then(|mut socket| lease::standing(&mut socket, rules)).unwrap_or_default();
@@ -71,6 +71,8 @@ pub fn install(run_dir: &Path, rules: &Ruleset) -> Result<()> {
         Err(_) if with != without => nft("install", &format!("{without}{text}"))?,
         done => done?,
     }
+    // A port that was made anew meanwhile was taken out of the table that this one replaced.
+    shortcut::settle(rules)?;
     match conntrack::cut(rules) {
         Ok(0) => {}
         Ok(ended) => tracing::info!(ended, "connections that are no longer allowed were ended"),

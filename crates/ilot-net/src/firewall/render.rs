@@ -44,9 +44,13 @@ pub fn render_with(rules: &Ruleset, leases: &[Lease]) -> String {
 
 /// The SHA-256 of what the rules say, in hexadecimal.
 pub fn digest(rules: &Ruleset) -> String {
+    sha256([inet(rules, &[]), bridge(rules)])
+}
+
+/// The SHA-256 of texts, one behind the other, in hexadecimal.
+pub fn sha256<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> String {
     let mut hash = Sha256::new();
-    hash.update(inet(rules, &[]));
-    hash.update(bridge(rules));
+    texts.into_iter().for_each(|text| hash.update(text));
     hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

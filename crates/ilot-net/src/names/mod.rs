@@ -174,11 +174,11 @@ fn program() -> PathBuf {
 }
 
 fn end(directory: &Path, domain: &str) -> Result<bool> {
-    process::end(directory).map_err(|source| Error::Kernel {
-        operation: "end the name service of",
-        name: domain.to_owned(),
-        source,
-    })
+    process::end(directory).map_err(|source| unended(domain, source))
+}
+
+fn unended(domain: &str, source: io::Error) -> Error {
+    Error::Kernel { operation: "end the name service of", name: domain.to_owned(), source }
 }
 
 /// Ends the domain's name service and removes its directory. True if there was one.
@@ -187,11 +187,9 @@ pub fn stop(run_dir: &Path, domain: &str) -> Result<bool> {
     let ended = end(&directory, domain)?;
     match fs::remove_dir_all(&directory) {
         // Started by a command that was killed, it may just have found its directory, and nobody finds it there now.
-        Ok(()) if !ended => process::end_strays(&directory, PROGRAM).map(|_| true).map_err(|source| Error::Kernel {
-            operation: "end the name service of",
-            name: domain.to_owned(),
-            source,
-        }),
+        Ok(()) if !ended => {
+            process::end_strays(&directory, PROGRAM).map(|_| true).map_err(|source| unended(domain, source))
+        }
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(ended),
         Err(source) => Err(Error::File { operation: "remove", path: directory, source }),

@@ -89,3 +89,19 @@ impl Drop for Tap {
 pub fn ethernet(to: [u8; 6], from: [u8; 6], kind: &[u8], payload: &[u8], mark: &[u8]) -> Vec<u8> {
     [&to[..], &from, kind, payload, mark].concat()
 }
+
+/// An IPv4 packet with a datagram, from port 12345 to 12345, that ends with a mark ([`ethernet`] appends it).
+pub fn ipv4_udp(from: [u8; 4], to: [u8; 4], mark: &[u8]) -> Vec<u8> {
+    let length = (28 + mark.len()) as u16;
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet.extend(from);
+    packet.extend(to);
+    let sum: u32 = packet.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend([0x30, 0x39, 0x30, 0x39]);
+    packet.extend((8 + mark.len() as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet
+}
